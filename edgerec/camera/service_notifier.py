@@ -37,7 +37,7 @@ class ServiceNotifier:
         self._interval_s = watchdog_s / 4
         self._address = f"\0{address[1:]}" if address.startswith("@") else address
         self._watched = watchdog_s > 0
-        # time.monotonic() can start at 0 when the device boots.
+        # time.monotonic() can start at 0 when the device boots, so 0 would delay the first notification.
         self._last_s = -math.inf
 
     @classmethod

@@ -313,7 +313,7 @@ def _run(
 def _show(operation: str, result: DeployResult, dry_run: bool) -> None:
     if dry_run:
         planned = any(step.state == "planned" for step in result.steps)
-        say("nothing was changed, because of --dry-run" if planned else "nothing would be changed")
+        say("no changes were made (--dry-run)" if planned else "nothing would be changed")
     elif operation == "remove":
         say(f"removed  all releases from {result.device}")
     else:

@@ -18,7 +18,8 @@ DEVICES_HELP = "TOML file that lists the devices."
 TAG_HELP = "Show only devices with this tag. May be repeated."
 _COLUMNS = ("device", "state", "bundle", "release", "fps", "last decision", "temperature", "free", "last seen")
 _OPTIONAL = ("last seen", "temperature", "free", "release", "bundle")
-# Maximum number of characters of a name, release digest or label in the table. A faulty device may send longer texts.
+# Maximum length, in characters, of a name, release digest or label in the table. A faulty device may send longer
+# values.
 _MAX_CHARACTERS = 60
 _UNITS_S = ((86400, "d"), (3600, "h"), (60, "min"))
 
@@ -76,7 +77,7 @@ def _size(size_bytes: int) -> str:
 
 
 def _ago(seen_s: float | None) -> str:
-    """Return how long ago an unreachable device responded."""
+    """Return how long ago an unreachable device last responded."""
     if seen_s is None:
         return "never"
     passed_s = max(0.0, time.time() - seen_s)

@@ -107,6 +107,6 @@ def show_outcomes(outcomes: Sequence[DeviceOutcome]) -> None:
             say(f"{outcome.device}: {outcome.error}")
     succeeded = f"{sum(outcome.succeeded for outcome in outcomes)} of {len(outcomes)} devices"
     if any(outcome.state == "planned" for outcome in outcomes):
-        say(f"planned  {succeeded}; nothing was changed, because of --dry-run")
+        say(f"planned  {succeeded}; no changes were made (--dry-run)")
     else:
-        say(f"done     {succeeded}")
+        say(f"done     {succeeded} succeeded")

@@ -24,8 +24,8 @@ class GroupedCommand(TyperCommand):
             accepted = [str(each.metavar) for each in self.params if each.param_type_name == "argument"]
             takes = f"takes only {' '.join(accepted)}" if accepted else "takes no arguments"
             ctx.fail(
-                f"{ctx.command_path} {takes}: remove {', '.join(map(repr, rest))}, put the name of an option before "
-                "it, or quote a path that contains spaces"
+                f"{ctx.command_path} {takes}: remove {', '.join(map(repr, rest))}. If a value belongs to an option, "
+                "put the name of the option before the value. If a path contains spaces, put the path in quotes"
             )
         return rest
 

@@ -163,7 +163,9 @@ class _Check:
                 self._time = [f"-Overify-time={time.strftime('%Y%m%d%H%M%S', time.localtime(signed_s))}"]
                 self._when = f" on {format_time(signed_s)}"
             except (OverflowError, OSError):  # Some 32-bit systems do not support times after 2038.
-                raise self._error("damaged", f"has an invalid time of signing ({signed_s}): sign it again") from None
+                raise self._error(
+                    "damaged", f"has an invalid time of signing ({signed_s}): sign the bundle again"
+                ) from None
 
     def principals(self) -> list[str]:
         """Return the principals of the key, except for principals that are excluded with ``!``."""
@@ -196,31 +198,34 @@ class _Check:
             if "key has expired" in reason:
                 return self._error(
                     "expired",
-                    f"was signed{self._when} by {key}, which had expired then ({listed}): sign it with a current key",
+                    f"was signed{self._when} by {key}, which had expired then ({listed}): sign the bundle with a "
+                    "current key",
                 )
             if "key is not yet valid" in reason:
                 return self._error(
                     "not-yet-valid",
-                    f"was signed{self._when} by {key}, which was not valid yet ({listed}): sign it with a current key",
+                    f"was signed{self._when} by {key}, which was not valid yet ({listed}): sign the bundle with a "
+                    "current key",
                 )
         if "revoked_keys" in self._files and any(self.verify(name, revoked=False) for name in self.principals()):
             return self._error(
                 "revoked",
-                f"was signed by {key}, which is revoked, or the file of revoked keys is damaged: sign it with another "
-                "key, or correct the file",
+                f"was signed by {key}, which is revoked, or the file of revoked keys is damaged: sign the bundle with "
+                "another key, or correct the file",
             )
         if key_type.endswith("-CERT"):
             return self._error(
                 "not-allowed",
                 f"was signed by {key}, but the certificate has expired, or {self._signers} allows neither its "
-                "authority nor its principals: sign it with a valid certificate",
+                "authority nor its principals: sign the bundle with a valid certificate",
             )
-        advice = "sign it with an allowed key, or add this key to the file if you trust it"
+        reason = f"was signed by {key}, which is not in {self._signers}"
+        advice = "sign the bundle with an allowed key, or add this key to the file if you trust it"
         if ignored := re.search(r"allowed_signers:(\d+): ((?:bad|invalid|missing) .*)", self._messages):
             # The line may have been intended to allow this key.
-            note = f"ssh-keygen ignores line {ignored[1]} of this file ({ignored[2].strip()})"
-            advice = f"{note}; correct this line, {advice}"
-        return self._error("not-allowed", f"was signed by {key}, which is not in {self._signers}: {advice}")
+            reason += f"; ssh-keygen ignores line {ignored[1]} of this file ({ignored[2].strip()})"
+            advice = f"correct this line, {advice}"
+        return self._error("not-allowed", f"{reason}: {advice}")
 
     def _error(self, problem: str, text: str) -> RefusedSignatureError:
         return RefusedSignatureError(problem, f"{self._where} {text}")
@@ -277,7 +282,7 @@ def run_ssh_keygen(
             start_new_session=True,
         )
     except FileNotFoundError:
-        raise _unchecked(task, "ssh-keygen is not installed: sudo apt-get install openssh-client") from None
+        raise _unchecked(task, "ssh-keygen is not installed: run sudo apt-get install openssh-client") from None
     except subprocess.TimeoutExpired:
         raise _unchecked(task, f"ssh-keygen did not finish within {timeout_s:g} s: try again") from None
     except OSError as error:

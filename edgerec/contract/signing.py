@@ -106,7 +106,7 @@ def signing_report(path: str | Path) -> SignReport:
     """
     bundle = Bundle.open(path)
     if bundle.signature is None:
-        raise BundleError(f"{path} is not signed: sign it with edgerec sign")
+        raise BundleError(f"{path} is not signed: sign the bundle with edgerec sign")
     manifest = bundle.manifest
     key_type, fingerprint = signing_key(bundle.manifest_content, bundle.signature)
     return SignReport(str(path), manifest.serial, manifest.signed_s or 0, key_type, fingerprint)

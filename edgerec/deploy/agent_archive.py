@@ -9,9 +9,10 @@ from importlib.resources import files
 
 # The archive contains an empty __init__.py for each of these packages.
 _EMPTY_PACKAGES = ("edgerec", "edgerec/contract", "edgerec/deploy")
-# A new version may replace the archive while Python imports its modules. Python opens the path in sys.path for each
-# module, so the path is replaced by that of an open file, which child processes do not inherit. This program is the
-# first entry of each archive, so that Python can read it even if the archive is replaced after Python has opened it.
+# A new version may replace the archive while Python is still importing from it. Python reopens the path in sys.path for
+# every module, so this program replaces that path with the path of an open file, which child processes do not inherit.
+# The program is the first entry of the archive, so that Python can still read the program if the archive is replaced
+# right after it was opened.
 _MAIN = b"""\
 import os
 import sys
@@ -22,8 +23,8 @@ from edgerec.deploy.agent.command import main
 main()
 """
 # This program reads the archive from stdin, so that a dry run does not write files to the device. The archive is stored
-# in an unnamed file, which is in memory unless the build of Python lacks os.memfd_create(). The file is deleted when
-# the program ends, and child processes do not inherit it. The program has one line, because the login shell may be csh,
+# in an unnamed file in memory, or on disk if this build of Python lacks os.memfd_create(). The file is deleted when the
+# program ends, and child processes do not inherit it. The program is a single line, because the login shell may be csh,
 # which does not support line breaks in quotes.
 RUN_ARCHIVE = (
     "import os, runpy, sys, tempfile; "
@@ -50,7 +51,8 @@ def agent_archive() -> bytes:
     with zipfile.ZipFile(buffer, "w") as archive:
         for name in sorted(contents):
             entry = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
-            entry.create_system = 3  # Otherwise, the archive would depend on the host's operating system.
+            # Set fixed attributes, so that the archive does not depend on the host's operating system.
+            entry.create_system = 3
             entry.external_attr = 0o644 << 16
             archive.writestr(entry, contents[name])
     return buffer.getvalue()

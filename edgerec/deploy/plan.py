@@ -229,7 +229,7 @@ class Plan:
 
 
 def describe_switch(current: str, release: str) -> str:
-    """Describe the planned switch from the current release, or an empty string if there is none, to a release."""
+    """Describe the planned switch to a release. ``current`` is an empty string if there is no current release."""
     if not current:
         return f"start the first release {release}"
     return f"restart release {release}" if current == release else f"switch from release {current} to {release}"

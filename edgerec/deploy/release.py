@@ -32,7 +32,7 @@ RECONNECT_S = 300.0
 RECONNECT_PAUSE_S = 2.0
 # Maximum number of steps of a job, in addition to those that report the monitoring of a release.
 MAX_STEP_LINES = 1000
-# Maximum number of characters of a step's text.
+# Maximum length, in characters, of a step's text.
 MAX_STEP_CHARACTERS = 1000
 
 
@@ -243,8 +243,8 @@ def _check_signature(package: Package, status: StatusReply, device: Device, opti
         return
     if package.bundle.signature is None:
         raise DeployError(
-            f"cannot deploy to {device.label}: the bundle is not signed, but a signature is required; sign it with "
-            "edgerec sign",
+            f"cannot deploy to {device.label}: the bundle is not signed, but a signature is required; sign the "
+            "bundle with edgerec sign",
             step="check",
         )
     if options.allowed_signers is None and not status["signers"]:
@@ -258,7 +258,7 @@ def _check_signature(package: Package, status: StatusReply, device: Device, opti
 def _update_agent(session: Session) -> None:
     """Install the agent on the device, or replace it if it differs from the agent of this version of edgerec.
 
-    The session must hold the device's lock, so that no other deployment deletes the file.
+    The session must hold the device's lock, so that no other deployment deletes ``agent.pyz``.
     """
     archive = agent_archive()
     if session.status()["agent"] != sha256(archive):

@@ -69,7 +69,7 @@ def check_reply(label: str, reply: Any, expected: type[_Reply]) -> _Reply:
     Args:
         label: display name of the device.
         reply: the reply, or an entry of a reply.
-        expected: a TypedDict.
+        expected: TypedDict that the reply must match.
 
     Raises:
         DeployError: a value is missing or has the wrong type.
@@ -82,9 +82,9 @@ def check_reply(label: str, reply: Any, expected: type[_Reply]) -> _Reply:
 
 
 def invalid_reply(label: str, reason: str, step: str = "") -> DeployError:
-    """Return the error for an invalid reply of a device."""
+    """Return the error for an invalid reply from a device."""
     return DeployError(
         f"{label} sent an invalid reply ({reason}): run the command again, and check the device's storage if the error "
-        "remains",
+        "persists",
         step=step,
     )

@@ -20,13 +20,13 @@ from edgerec.utils.bounded_parsing import parse_json
 
 # Minimum Python version that can run the agent.
 MIN_PYTHON = (3, 9)
-# Timeout in seconds for a reply of a device, which may need minutes to compute the digests of its files.
+# Timeout in seconds for a reply from a device, which may need minutes to compute the digests of its files.
 REPLY_TIMEOUT_S = 300.0
 # Timeout in seconds for the next log line of a job, which must exceed the duration of an installation by pip.
 JOB_TIMEOUT_S = 3600.0
 # Number of lines of the camera's log and number of characters of each line that the host shows after an error.
 MAX_LOG_LINES, MAX_LOG_CHARACTERS = 100, 1000
-# Maximum number of characters of the name or state of a step.
+# Maximum length, in characters, of the name or state of a step.
 MAX_STEP_NAME_CHARACTERS = 20
 
 
@@ -95,7 +95,7 @@ class Session:
         return self.reply()
 
     def status(self) -> StatusReply:
-        """Query the status of the device. Raise the errors of :meth:`request`."""
+        """Query the status of the device. Raises the same errors as :meth:`request`."""
         reply = check_reply(self.label, self.request("status"), StatusReply)
         self._check_releases(reply["release"], reply["previous"], *reply["releases"])
         return reply
@@ -103,7 +103,7 @@ class Session:
     def _check_releases(self, *releases: str) -> None:
         for release in releases:
             if not re.fullmatch(r"([0-9a-f]{16})?", release):
-                raise invalid_reply(self.label, "a release is not a digest of 16 hexadecimal digits")
+                raise invalid_reply(self.label, "a release ID is not 16 hexadecimal digits")
 
     def send(self, do: str, **values: Any) -> None:
         """Send a request without waiting for the reply."""

@@ -121,7 +121,7 @@ def send_contents(
     writer.join(WRITER_S)
     if writer.is_alive():
         session.kill()
-        raise _unexpected_reply(session.label, "the digest of a file that the device has not received")
+        raise invalid_reply(session.label, "a file was reported as stored before the device received it", "send")
     if errors:
         raise DeployError(
             f"cannot read a file to send ({errors[0]}): check that the bundle and the downloaded wheels exist",

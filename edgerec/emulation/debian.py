@@ -112,9 +112,10 @@ def run_mmdebstrap(
         errors = [line for line in done.stderr.splitlines() if line.startswith("E: ")] or [done.error_line]
         advice = f"check the network and the free disk space, or set {MIRROR} to another mirror"
         if "NO_PUBKEY" in done.stderr:
-            advice = "apt install debian-archive-keyring"
+            advice = "run sudo apt install debian-archive-keyring"
         elif any(reason in done.stderr for reason in ("arch-test", "neither be executed", "Exec format error")):
-            advice = f"apt install arch-test qemu-user-static, which are required to run programs for {architecture}"
+            advice = "run sudo apt install arch-test qemu-user-static, because these packages are required to run "
+            advice += f"programs for {architecture}"
         raise TargetError(
             f"cannot install Debian {release} packages for {architecture} from {redacted(mirror)}: {errors[0]}: "
             f"{advice}"

@@ -147,7 +147,9 @@ def _check_consistent(bundles: Sequence[Bundle]) -> None:
         BundleError: there are fewer than two models, two models are identical, or the labels or targets differ.
     """
     if len(bundles) < 2:
-        raise BundleError(f"an ensemble requires at least two bundles, got {len(bundles)}: add a bundle or run")
+        raise BundleError(
+            f"an ensemble requires at least two bundles, got {len(bundles)}: add another bundle or training run"
+        )
     first = bundles[0]
     models = [
         (sha256(bundle.files[spec.model]), spec.preprocess) for bundle in bundles for spec in bundle.manifest.models

@@ -143,7 +143,9 @@ class _Limited(_Protocol):
             self._request_timer = None
 
     def send_400_response(self, msg: str) -> None:
-        """Respond to an invalid request with an error in JSON, and close the connection. uvicorn sends plain text.
+        """Respond to an invalid request with an error in JSON, and close the connection.
+
+        uvicorn itself would send plain text.
 
         If complete requests precede the invalid one, the error is not sent, because the client would take it for the
         response to one of them. Instead, the connection is closed after their responses.
@@ -151,7 +153,7 @@ class _Limited(_Protocol):
         if not self.idle and not self.cycle.more_body:
             self.cycle.keep_alive = False
             return
-        # The rest of a request's body is invalid, so the connection cannot be used any longer.
+        # The rest of a request's body is invalid, so the connection can no longer be used.
         if getattr(self, "pipeline", ()) or (not self.idle and self.cycle.response_started):
             self.transport.close()
             return

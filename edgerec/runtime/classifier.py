@@ -245,8 +245,8 @@ def read_image(
         path: the file.
         levels: black and white levels of a file with more than 8 bits per sample, see :attr:`Classifier.levels`. None
             uses the bit depth in the file header, or the smallest bit depth that holds the largest sample.
-        choose_reduction: function that returns how much smaller to decode a JPEG file of a given size, such as
-            :meth:`Manifest.largest_reduction`. None decodes at full size.
+        choose_reduction: function that returns the factor by which to reduce a JPEG file of a given size when decoding
+            it, such as :meth:`Manifest.largest_reduction`. None decodes at full size.
 
     Raises:
         DataError: the file cannot be read, or is not an image.

@@ -35,7 +35,7 @@ def is_hidden(name: str) -> bool:
 
 
 def may_be_image(path: Path) -> bool:
-    """Return whether a file could be an image, because its suffix is that of an image format, or it has no suffix."""
+    """Return whether a file could be an image: its suffix is that of an image format, or it has none."""
     return not path.suffix or path.suffix.lower() in IMAGE_SUFFIXES
 
 

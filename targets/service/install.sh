@@ -385,7 +385,7 @@ install() {
   copy_bundle
   run "$prefix/venv/bin/edgerec" verify "$prefix/bundle"
   install_service
-  if [ -n "$dry" ]; then say "Nothing was changed, because of --dry-run."; else show_next_steps; fi
+  if [ -n "$dry" ]; then say "No changes were made (--dry-run)."; else show_next_steps; fi
 }
 
 # Removes the system packages that the script installed, unless another package depends on them.
@@ -433,7 +433,7 @@ undo() {
   remove_packages
   run rm -rf "$prefix/venv" "$prefix/bundle" "$prefix/pip.log" "$prefix/.edgerec-wheel"
   run rm -f "$record"
-  if [ -n "$dry" ]; then say "Nothing was changed, because of --dry-run." && return 0; fi
+  if [ -n "$dry" ]; then say "No changes were made (--dry-run)." && return 0; fi
   rmdir "$prefix" 2>/dev/null || say "$prefix is kept, because it contains other files."
   say "The installation was removed."
 }

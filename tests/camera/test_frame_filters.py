@@ -175,6 +175,8 @@ def test_slow_sink_drops_and_counts_the_oldest_results():
     assert slow.results[-1] == 499
     assert len(slow.results) + workers[0].dropped == 500
     assert workers[0].dropped >= 500 - MAX_EVENTS - 60
+    message = f"CallbackSink did not process {workers[0].dropped} of 500 results, because it was too slow"
+    assert list(workers[0].problems(500)) == [message]
     assert len(quick.results) + workers[1].dropped == 500
 
 
@@ -200,6 +202,7 @@ def test_exceptions_of_a_sink_are_counted_and_later_results_are_sent(caplog):
     worker.close()
     assert sink.results == [5, 6, 7]
     assert (worker.failed, worker.dropped, worker.written) == (5, 5, 3)
+    assert list(worker.problems(8)) == ["CallbackSink did not process 5 of 8 results"]
     assert caplog.text.count("CallbackSink: 1 results lost so far") == 1
     assert "no space left" in caplog.text
 

@@ -142,16 +142,16 @@ def test_help_can_be_shown_by_a_terminal_without_utf8(edgerec):
     [
         (
             "verify bundle other",
-            "edgerec verify takes only BUNDLE: remove 'other', put the name of an option before it",
+            "edgerec verify takes only BUNDLE: remove 'other'. If a value belongs to an option, put the name",
         ),
         (
             "camera bundle a b --web",
-            "edgerec camera takes only BUNDLE: remove 'a', 'b', put the name of an option before",
+            "edgerec camera takes only BUNDLE: remove 'a', 'b'. If a value belongs to an option,",
         ),
-        ("doctor rpi", "edgerec doctor takes no arguments: remove 'rpi', put the name of an option before it"),
+        ("doctor rpi", "edgerec doctor takes no arguments: remove 'rpi'. If a value belongs to an option"),
         (
             "calibration check a b --run c",
-            "edgerec calibration check takes only SET|FOLDER|NPZ: remove 'b', put the name of",
+            "edgerec calibration check takes only SET|FOLDER|NPZ: remove 'b'. If a value belongs",
         ),
     ],
 )

@@ -353,8 +353,8 @@ def test_unusable_line_of_the_file_of_allowed_signers_is_named(signed, keys, tmp
     with pytest.raises(SignatureError) as caught:
         Bundle.open(signed, allowed_signers=allowed)
     message = str(caught.value)
-    assert f"is not in {allowed}: ssh-keygen ignores line 2 of this file ({reason}" in message
-    assert "; correct this line, sign it with an allowed key, or add this key" in message
+    assert f"is not in {allowed}; ssh-keygen ignores line 2 of this file ({reason}" in message
+    assert ": correct this line, sign the bundle with an allowed key, or add this key" in message
 
 
 def test_unusable_file_of_allowed_signers_is_refused(signed, keys, tmp_path):
@@ -370,7 +370,7 @@ def test_unusable_file_of_allowed_signers_is_refused(signed, keys, tmp_path):
 
 def test_missing_ssh_keygen_is_reported_with_its_package(signed, keys, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(SignatureError, match="ssh-keygen is not installed: sudo apt-get install openssh-client"):
+    with pytest.raises(SignatureError, match="ssh-keygen is not installed: run sudo apt-get install openssh-client"):
         Bundle.open(signed, allowed_signers=keys / "allowed")
     with pytest.raises(SignatureError, match="openssh-client"):
         sign_bundle(signed, keys / "alice", overwrite=True)

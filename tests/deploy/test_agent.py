@@ -256,7 +256,7 @@ def test_verification_with_too_much_output_is_refused(tmp_path, monkeypatch, cod
     program.chmod(0o755)
     log = type("Log", (), {"step": print})
     with pytest.raises(
-        AgentError, match=r"failed its verification .*: edgerec verify printed more than 1,048,576 bytes"
+        AgentError, match=r"failed verification .*: edgerec verify printed more than 1,048,576 bytes; do not use"
     ):
         verify(Installation(str(tmp_path)), {"release": release, "config": "", "unit": ""}, log)
     assert not (tmp_path / "releases" / release / "release.json").exists()

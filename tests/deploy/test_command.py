@@ -60,7 +60,7 @@ def test_failed_deployment_with_json_prints_the_step_and_the_log(deploy, make_bu
 def test_dry_run_prints_the_planned_steps(deploy, make_bundle):
     done = deploy(make_bundle(number=1), "root@test-device", "--dry-run")
     assert done.returncode == 0, done.stderr
-    assert "nothing was changed, because of --dry-run" in done.stdout
+    assert "no changes were made (--dry-run)" in done.stdout
     assert "install release" in done.stdout
 
 

@@ -168,7 +168,7 @@ def test_dry_run_distinguishes_planned_from_unchanged_devices(capsys):
     assert states(outcomes) == {"device-0": "planned", "device-1": "unchanged"}
     show_outcomes(outcomes)
     last_line = capsys.readouterr().out.splitlines()[-1]
-    assert last_line == "planned  2 of 2 devices; nothing was changed, because of --dry-run"
+    assert last_line == "planned  2 of 2 devices; no changes were made (--dry-run)"
 
 
 def test_unexpected_error_is_raised_in_the_callers_thread():

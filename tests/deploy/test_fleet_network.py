@@ -95,7 +95,7 @@ def test_eight_of_ten_devices_are_updated(fleet, make_bundle):
     assert "read-only" in broken.lower()
     (off,) = [line for line in lines if line.startswith("off: ")]
     assert "no route to the host" in off or "no response" in off
-    assert lines[-1] == "done     8 of 10 devices"
+    assert lines[-1] == "done     8 of 10 devices succeeded"
 
     reports = status_reports(fleet)
     assert {reports[name]["state"] for name in WORKING} == {"running"}

@@ -91,7 +91,7 @@ def test_status_with_a_wrong_value_is_refused(roll_back, change):
 
 @pytest.mark.parametrize("changes", [{"release": "a" * 17}, {"previous": "x" * 16}, {"releases": ["../" * 9]}])
 def test_status_with_an_invalid_release_is_refused(roll_back, changes):
-    assert "a release is not a digest of 16 hexadecimal digits" in refusal(roll_back, status=STATUS | changes)
+    assert "a release ID is not 16 hexadecimal digits" in refusal(roll_back, status=STATUS | changes)
 
 
 @pytest.mark.parametrize("key", STEP)

@@ -1,4 +1,4 @@
-"""Tests that the code of a bundle never runs as root on the device."""
+"""Tests that code from a bundle never runs as root on the device."""
 
 from __future__ import annotations
 

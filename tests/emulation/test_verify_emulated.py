@@ -215,10 +215,10 @@ def test_failed_installation_leaves_no_files(empty_path, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("reason", "advice"),
     [
-        ("E: install arch-test for foreign architecture support", "apt install arch-test qemu-user-static"),
-        ("E: arm64 can neither be executed natively nor via qemu", "apt install arch-test qemu-user-static"),
-        ("E: chroot: Exec format error", "apt install arch-test qemu-user-static"),
-        ("E: GPG error: NO_PUBKEY 0E98404D386FA1D9", "apt install debian-archive-keyring"),
+        ("E: install arch-test for foreign architecture support", "run sudo apt install arch-test qemu-user-static"),
+        ("E: arm64 can neither be executed natively nor via qemu", "run sudo apt install arch-test qemu-user-static"),
+        ("E: chroot: Exec format error", "run sudo apt install arch-test qemu-user-static"),
+        ("E: GPG error: NO_PUBKEY 0E98404D386FA1D9", "run sudo apt install debian-archive-keyring"),
         ("E: Failed to fetch it", "check the network and the free disk space"),
     ],
 )

@@ -143,7 +143,7 @@ def test_ensemble_of_ensembles_contains_all_models(bundle, other_bundle, float32
     assert len(manifest.provenance["members"]) == 3
     with pytest.raises(BundleError, match="two of the bundles contain the same model"):
         ensemble([tmp_path / "two", other_bundle], tmp_path / "e")
-    with pytest.raises(BundleError, match="at least two bundles, got 1: add a bundle or run"):
+    with pytest.raises(BundleError, match="at least two bundles, got 1: add another bundle or training run"):
         ensemble([other_bundle], tmp_path / "e")
 
 

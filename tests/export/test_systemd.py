@@ -399,7 +399,7 @@ def test_install_asks_before_it_installs_packages(install_sh):
     assert "Would install the packages in" in result.stdout
     assert f"Would copy the bundle to {install_sh.path}/prefix/bundle" in result.stdout
     assert not re.search("Creating|Installing|Copying|To start the camera", result.stdout)
-    assert result.stdout.endswith("\nNothing was changed, because of --dry-run.\n")
+    assert result.stdout.endswith("\nNo changes were made (--dry-run).\n")
     assert not (install_sh.path / "prefix").exists()
     assert not (install_sh.path / "installed").exists()
 
@@ -421,7 +421,7 @@ def test_repeated_install_changes_nothing_and_undo_removes_everything(install_sh
     assert "venv-created" in upgraded.stdout
     result = install_sh("--undo", "--dry-run")
     assert result.returncode == 0, result.stderr
-    assert result.stdout.endswith("\nNothing was changed, because of --dry-run.\n")
+    assert result.stdout.endswith("\nNo changes were made (--dry-run).\n")
     assert "was removed" not in result.stdout
     result = install_sh("--undo", "--yes")
     assert result.returncode == 0, result.stderr

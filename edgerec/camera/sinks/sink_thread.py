@@ -80,7 +80,7 @@ class SinkWorker:
 
     @property
     def lost(self) -> int:
-        """Number of results that did not reach the sink, plus the number of items that the sink lost."""
+        """Number of results that did not reach the sink, plus the number of items that the sink accepted but lost."""
         return self.dropped + self._dropped_by_sink
 
     @property
@@ -88,9 +88,10 @@ class SinkWorker:
         return self._incomplete or self._dropped_by_sink > 0
 
     def problems(self, results: int) -> Iterator[str]:
-        """Yield a description of each loss. ``results`` is the total number of results."""
+        """Yield a description of each kind of loss. ``results`` is the number of all results."""
         if self.dropped:
-            yield f"{self.name} did not process {self.dropped} of {counted(results, 'result')}"
+            reason = "" if self._incomplete else ", because it was too slow"
+            yield f"{self.name} did not process {self.dropped} of {counted(results, 'result')}{reason}"
         if self._dropped_by_sink:
             noun, what = getattr(self._sink, "loss", ("result", "lost"))
             yield f"{self.name}: {counted(self._dropped_by_sink, noun)} {what}"

@@ -39,10 +39,11 @@ def find_source(
             ``synthetic:640x480@30``. ``env:NAME`` and ``@FILE`` read the URI from an environment variable or from a
             file with mode 0600.
         requested: size, rate and format to request from a camera.
-        levels: sample values of 16-bit image files that become black and white. None uses each file's bit depth.
+        levels: the two sample values of 16-bit images that map to black and to white. None determines them for each
+            file separately.
         loop: whether to restart a video file or folder when it ends.
-        choose_reduction: function that returns how much smaller to decode a JPEG image of an HTTP source or a
-            folder. None decodes at full size.
+        choose_reduction: function that returns the factor by which to reduce a JPEG image of an HTTP source or a folder
+            when decoding it. None decodes at full size.
 
     Raises:
         SourceError: the URI is not recognized, or the file does not exist. The message contains no secrets.

@@ -23,8 +23,10 @@ class FolderSource:
 
     Args:
         folder: the folder with the images.
-        levels: sample values of 16-bit image files that become black and white. None uses each file's bit depth.
-        choose_reduction: function that returns how much smaller to decode a JPEG file. None decodes at full size.
+        levels: the two sample values of 16-bit images that map to black and to white. None determines them for each
+            file separately.
+        choose_reduction: function that returns the factor by which to reduce a JPEG file when decoding it. None decodes
+            at full size.
 
     Attributes:
         full_size: width and height of the current image before its reduction, or None if it was not reduced.

@@ -36,7 +36,8 @@ def open_web(url: Url, fps: float = 0.0, choose_reduction: ReductionChooser | No
     Args:
         url: the address, which may contain a user name and a password.
         fps: requests per second if the address returns a single image. 0 means :data:`SNAPSHOT_FPS`.
-        choose_reduction: function that returns how much smaller to decode a JPEG image. None decodes at full size.
+        choose_reduction: function that returns the factor by which to reduce a JPEG image when decoding it. None
+            decodes at full size.
 
     Raises:
         SourceError: the address cannot be opened, or returns a web page.

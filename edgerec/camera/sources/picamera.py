@@ -95,9 +95,9 @@ def _load(name: str) -> Any:
         from picamera2 import Picamera2
     except Exception as error:  # picamera2 imports many packages, which may be incompatible.
         if "size changed" in str(error):
-            fix = "pip install --upgrade --force-reinstall simplejpeg"
+            fix = "run pip install --upgrade --force-reinstall simplejpeg"
         else:
-            fix = "sudo apt install python3-picamera2, and create the environment with python3 -m venv "
+            fix = "run sudo apt install python3-picamera2, and create the environment with python3 -m venv "
             fix += "--system-site-packages"
         raise SourceError(f"{name} needs picamera2, which cannot be imported ({error}): {fix}") from None
     return Picamera2

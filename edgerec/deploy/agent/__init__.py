@@ -20,7 +20,7 @@ Requests and replies are JSON objects, one per line. A deployment consists of th
     {"do": "deploy"}                 ->  the session starts the job, and sends the lines of its log:
                                          {"step": name, ...} ..., {"result": release} or {"error": reason}
 
-The agent never runs code of a bundle or of a wheel as root: pip and ``edgerec verify`` run as the user ``nobody``.
+The agent never runs code from a bundle or a wheel as root: pip and ``edgerec verify`` run as the user ``nobody``.
 
 Each new release has a trial period, which ends when the agent accepts the release or restores the previous one.
 ``trial.json`` exists during the trial period. The agent writes ``trial.json`` before it replaces the symbolic link

@@ -1,4 +1,4 @@
-"""Restore the previous release if the device was restarted, e.g. by a power failure, while a release was on trial."""
+"""Restore the previous release if the device was restarted, e.g. by a power failure, during a trial period."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ def check_boot(installation: Installation) -> None:
         return
     if trial.get("previous") or installation.current() != trial.get("release"):
         unit_changed = undo_switch(installation, trial)
-        sys.stderr.write(f"The device was restarted during a deployment: release {installation.current()} is used\n")
+        sys.stderr.write(
+            f"The device was restarted during a deployment: release {installation.current()} is now active\n"
+        )
         # systemd has already loaded the unit of the new release, so the restored unit must be loaded again.
         if unit_changed:
             run(["systemctl", "daemon-reload"])
             run(["systemctl", "restart", "--no-block", UNIT])
     else:
-        # If the first release is on trial, keep it, because there is no previous release to restore.
+        # If the first release is in its trial period, keep it, because there is no previous release to restore.
         remove_path(installation.trial_file)

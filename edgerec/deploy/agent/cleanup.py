@@ -1,4 +1,4 @@
-"""Delete incomplete files of interrupted deployments, and old releases with the files that only they use."""
+"""Delete incomplete files of interrupted deployments, and old releases with the files that no other release uses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Create the virtual environments of releases, which contain edgerec and the packages that it requires."""
+"""Create each release's virtual environment, which contains edgerec and the packages that edgerec requires."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def used_venvs(installation: Installation) -> set[str]:
 
 
 def create_venv(installation: Installation, venv: str, job: dict[str, Any], log: JobLog) -> None:
-    """Create a virtual environment with a job's wheels unless the environment is already complete."""
+    """Create a virtual environment and install a job's wheels in it, unless it is already complete."""
     if is_complete_venv(venv):
         return
     remove_path(venv)
@@ -56,8 +56,7 @@ def create_venv(installation: Installation, venv: str, job: dict[str, Any], log:
     for name, digest in job["wheels"].items():
         if not WHEEL.fullmatch(name):
             raise AgentError(
-                f"the host sent a list of wheels with {name!r}, which is not the name of a wheel: update edgerec "
-                "on the host",
+                f"the host sent {name!r}, which is not a valid wheel file name: update edgerec on the host",
                 "install",
             )
         os.link(installation.store_path(digest), os.path.join(links, name))
@@ -66,7 +65,11 @@ def create_venv(installation: Installation, venv: str, job: dict[str, Any], log:
     pip = [venv + "/bin/python", "-m", "pip", "--disable-pip-version-check", "--no-input", "--no-cache-dir"]
     done = run_as_nobody([*pip, "install", "--quiet", "--no-index", "--no-deps", *wheels])
     if done.code:
-        raise AgentError(f"pip cannot install the packages: {last_line(done.errors + done.output)}", "install")
+        reason = last_line(done.errors + done.output)
+        raise AgentError(
+            f"pip cannot install the packages ({reason}): check the free disk space, and deploy the bundle again",
+            "install",
+        )
     # A wheel may contain a file with the name .complete.
     for path in (links, os.path.join(venv, COMPLETE)):
         remove_path(path)

@@ -24,5 +24,5 @@ def describe(error: AgentError | OSError) -> str:
     if isinstance(error, AgentError):
         return str(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "the disk of the device is full: delete files, or deploy with a smaller --keep"
-    return f"{os.strerror(error.errno or 0)} ({error.filename}): check the disk of the device"
+        return "the disk of the device is full: delete files, or deploy with a lower value of --keep"
+    return f"{os.strerror(error.errno or 0)} ({error.filename}): check the device's disk"

@@ -103,6 +103,6 @@ def size_of(path: str) -> int:
 
 
 def free_bytes(path: str) -> int:
-    """Return the free disk space in a folder, or in the root folder if the folder does not exist."""
+    """Return the free space on the file system that contains a folder, or on ``/`` if the folder does not exist."""
     space = os.statvfs(path if os.path.isdir(path) else "/")
     return space.f_bavail * space.f_frsize

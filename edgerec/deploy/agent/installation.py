@@ -1,4 +1,4 @@
-"""Paths of the installation on a device, and the releases that it contains."""
+"""Paths of the installation on a device, and information about the installed releases."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class Installation:
         releases: folder of releases. Their files are hard links to files in the store.
         venvs: folder of virtual environments, which releases share.
         current_link: symbolic link to the current release.
-        trial_file: exists while a new release is on trial.
+        trial_file: exists while a new release is in its trial period.
         state_file: settings of the device, and digests of the previous release and of the last healthy release.
         job_file: request of the running job.
         agent_file: the agent.
         log_file: progress of the last job.
         new_signers_file: allowed signers of a bundle that is being installed.
         unit_file, config_file, signers_file, secrets_file: files of the camera service.
-        old_config_file: backup of ``config_file`` while a new release is on trial.
+        old_config_file: backup of ``config_file`` while a new release is in its trial period.
     """
 
     def __init__(self, prefix: str, config_folder: str = CONFIG_FOLDER, unit_folder: str = UNIT_FOLDER) -> None:

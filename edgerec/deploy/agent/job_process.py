@@ -17,9 +17,9 @@ from edgerec.deploy.agent.locking import is_locked
 from edgerec.deploy.agent.processes import INSTALL_TIMEOUT_S, run
 from edgerec.deploy.agent.service import boot_id
 
-# Number of seconds after which a job that has not locked the installation is treated as failed.
+# If a job has not locked the installation, it is treated as failed after this many seconds.
 START_S = 20
-# Number of seconds after which a job that has released its lock without a result is treated as failed.
+# If a job has released its lock but written no result, it is treated as failed after this many seconds.
 END_S = 5
 # Minimum free disk space in bytes that a job needs for its log file.
 MIN_LOG_BYTES = 1 << 16
@@ -58,8 +58,8 @@ def follow_job(installation: Installation, job: str, skip: int, reply: Callable[
             if first["boot_id"] != boot_id():
                 release = installation.current() or "none"
                 raise AgentError(
-                    f"the device restarted during the deployment; release {release} is current: deploy the bundle "
-                    "again",
+                    f"the device restarted during the deployment, and release {release} is current: deploy the "
+                    "bundle again",
                     "monitor",
                 )
         # A running job always holds the lock, so the job was killed if the lock stays free.
@@ -73,8 +73,8 @@ def follow_job(installation: Installation, job: str, skip: int, reply: Callable[
                 raise AgentError("the job on the device was interrupted: deploy the bundle again", "install")
         if time.monotonic() - start_s > 2 * INSTALL_TIMEOUT_S:
             raise AgentError(
-                "the agent on the device stopped before the installation was complete: run edgerec devices, and deploy "
-                "again",
+                "the agent on the device stopped before the installation was complete: check the state with edgerec "
+                "devices, and deploy again",
                 "install",
             )
         time.sleep(0.1)

@@ -11,8 +11,8 @@ from edgerec.deploy.agent.cleanup import delete_incomplete
 from edgerec.deploy.agent.errors import AgentError
 from edgerec.deploy.agent.installation import Installation
 
-# A session first acquires the lock of sessions and then the lock of jobs. Before a session starts its job, the session
-# releases the lock of jobs, so that the job can acquire it. Meanwhile, the lock of sessions blocks other sessions.
+# A session first acquires the session lock and then the job lock. Before a session starts its job, the session releases
+# the job lock, so that the job can acquire it. Meanwhile, the session lock blocks other sessions.
 SESSION_LOCK, JOB_LOCK = "session.lock", "lock"
 # Maximum time in seconds that a session waits for a lock.
 LOCK_S = 1.0
@@ -59,7 +59,7 @@ def acquire_lock(installation: Installation, host: str, wait_s: float, name: str
 
 
 def is_locked(installation: Installation) -> bool:
-    """Return whether a job or a session holds the lock of jobs."""
+    """Return whether a job or a session holds the job lock."""
     try:
         with open(os.path.join(installation.prefix, JOB_LOCK), "a+") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

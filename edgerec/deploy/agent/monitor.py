@@ -52,11 +52,11 @@ def monitor(release: str, old_invocation: str | None, healthy_within_s: float, s
         if healthy_s is not None and passed_s >= healthy_s + settle_s:
             if healthy and frames + skipped > healthy_frames:
                 return frames
-            reason = f"the service processed {healthy_frames} frames, but then stopped"
+            reason = f"the service stopped processing frames after {healthy_frames} frames: check its log"
         elif healthy_s is None:
-            reason = _waiting_reason(unit, camera if own else {}, frames, invocation)
+            reason = _waiting_reason(unit, camera if own else {}, frames, invocation, healthy_within_s)
         if passed_s > healthy_within_s + (settle_s if healthy_s is not None else 0):
-            raise AgentError(f"{reason} within {healthy_within_s:g} s")
+            raise AgentError(reason)
         time.sleep(POLL_S)
 
 
@@ -70,12 +70,16 @@ def _crash_reason(unit: dict[str, str]) -> str:
     return reasons.get(unit.get("Result", ""), "crashed ({})".format(unit.get("Result", "unknown")))
 
 
-def _waiting_reason(unit: dict[str, str], camera: dict[str, Any], frames: int, invocation: str) -> str:
-    """Return the reason why the camera service is not healthy yet."""
+def _waiting_reason(
+    unit: dict[str, str], camera: dict[str, Any], frames: int, invocation: str, healthy_within_s: float
+) -> str:
+    """Return the reason why the camera service did not become healthy within ``healthy_within_s`` seconds."""
     if not invocation or unit.get("ActiveState") != "active":
-        return "the service did not start ({})".format(unit.get("ActiveState", "unknown"))
+        state = unit.get("ActiveState", "unknown")
+        return f"the service did not start within {healthy_within_s:g} s ({state}): check its log"
+    classified = f"only {frames} frames were classified in {healthy_within_s:g} s"
     sources = camera.get("sources")
     for source in sources if isinstance(sources, list) else []:
         if isinstance(source, dict) and source.get("reason"):
-            return f"the camera classified only {frames} frames ({source.get('name')}: {source['reason']})"
-    return f"the camera classified only {frames} frames, but at least {MIN_FRAMES} are required"
+            return f"{classified} ({source.get('name')}: {source['reason']}): check the camera"
+    return f"{classified}, but at least {MIN_FRAMES} are required: check the camera"

@@ -1,4 +1,4 @@
-"""Give a folder to the user ``nobody`` while code of a bundle runs, and return the folder to root afterwards."""
+"""Make the user ``nobody`` the owner of a folder while code from a bundle runs, and return it to root afterwards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run other programs with a time limit and a limited output, and run code of a bundle as the user ``nobody``."""
+"""Run other programs with limits on time and output, and run code from a bundle as the user ``nobody``."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Finished(NamedTuple):
 
 
 class _Tail:
-    """The last bytes of a program's output, so that a program with endless output does not fill the memory."""
+    """A buffer for only the last bytes of a program's output, so that endless output does not fill the memory."""
 
     def __init__(self) -> None:
         self._content = bytearray()
@@ -52,7 +52,7 @@ class _Tail:
 
     def add(self, chunk: bytes) -> None:
         self._content += chunk
-        # The content may have twice the maximum size, so that it is not moved in memory for each chunk.
+        # The buffer may grow to twice the maximum, so that it is not copied after every chunk.
         if len(self._content) > 2 * MAX_OUTPUT_BYTES:
             self._shorten()
 
@@ -93,7 +93,7 @@ def run(command: list[str], timeout_s: float = COMMAND_TIMEOUT_S, **options: Any
         except subprocess.TimeoutExpired:
             return Finished(124, "", f"{name} did not finish within {timeout_s:g} s")
         finally:
-            process.kill()  # This call has no effect if the program has ended.
+            process.kill()  # kill() has no effect if the program has already ended.
     return Finished(process.returncode, output.text(), errors.text(), output.complete)
 
 
@@ -141,7 +141,7 @@ def _kill_children(program: str) -> None:
             return
         if time.monotonic() > deadline_s:
             raise AgentError(
-                f"{os.path.basename(program)} has started processes that cannot be ended: restart the device, and do "
+                f"{os.path.basename(program)} has started processes that cannot be killed: restart the device, and do "
                 "not use this bundle",
                 "install",
             )

@@ -43,14 +43,14 @@ def uninstall_unit(unit_file: str) -> None:
 
 def log_position() -> str:
     """Return the position after the last line of the service's log, or an empty string if the log is empty."""
-    # The cursor must be that of an entry of the service, because journalctl may omit the first entry after the cursor
-    # of another entry. It does not depend on the clock, which may be set while a release is on trial.
+    # Use the cursor of one of the service's own entries: after any other entry's cursor, journalctl may omit the first
+    # entry. Unlike a timestamp, a cursor is not affected if the clock is set during the trial period.
     lines = run([*JOURNALCTL, "--lines", "1", "--show-cursor"]).output.splitlines()
     return lines[-1][len(CURSOR) :] if lines and lines[-1].startswith(CURSOR) else ""
 
 
 def service_log(position: str) -> list[str]:
-    """Return the last lines of the service's log, which also contains messages of systemd about the service.
+    """Return the last lines of the service's log after a position, including systemd's messages about the service.
 
     Args:
         position: result of :func:`log_position`. Older lines are returned only if journalctl cannot find the position.

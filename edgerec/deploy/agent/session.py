@@ -46,7 +46,7 @@ def respond_to_requests(installation: Installation) -> None:
             reply({"stored": request["digest"]})
         elif kind == "update-agent":
             if job_lock is None:
-                raise AgentError("a session must lock the installation before it writes files", "send")
+                raise AgentError("the installation is not locked: lock it before writing files", "send")
             receive_agent(installation, request["digest"], request["size"], read)
             reply({"updated": request["digest"]})
         elif kind == "remove-agent":
@@ -63,7 +63,7 @@ def respond_to_requests(installation: Installation) -> None:
 
 
 def reply(value: Any) -> None:
-    """Write a reply to stdout as one JSON object in one line."""
+    """Write a reply to stdout as one JSON object on one line."""
     sys.stdout.write(json.dumps(value) + "\n")
     sys.stdout.flush()
 
@@ -96,7 +96,7 @@ def remove_agent(installation: Installation, host: str) -> bool:
 
 
 def _plan(installation: Installation, request: dict[str, Any]) -> dict[str, Any]:
-    """Return which files of a release are missing, and whether its parts are already installed."""
+    """Return the missing files, whether the virtual environment and the release are installed, and the free space."""
     return {
         "missing": missing_files(installation, request["files"]),
         "venv": is_complete_venv(os.path.join(installation.venvs, request["venv"])),

@@ -1,4 +1,4 @@
-"""Report the installed releases, the files and the state of the camera to the host."""
+"""Report the installed releases, the digests of the files, and the camera's state to the host."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edgerec.deploy.agent.service import STATUS_FILE, unit_state
 
 
 def status(installation: Installation) -> dict[str, Any]:
-    """Return the status of the device, which the host describes as ``StatusReply``."""
+    """Return the device's status. The host's type for this dictionary is ``StatusReply``."""
     current, state = installation.current(), installation.state()
     release = installation.release_info(current) if current else {}
     unit = unit_state()

@@ -67,7 +67,7 @@ def receive_file(
         )
     if not 0 <= offset <= size:
         raise AgentError(
-            f"the transfer of a file with {size:,} bytes cannot be resumed at byte {offset:,}: deploy the bundle again",
+            f"the transfer of a file of {size:,} bytes cannot be resumed at byte {offset:,}: deploy the bundle again",
             "send",
         )
     with open(part, "r+b" if os.path.exists(part) else "w+b") as file:
@@ -100,7 +100,7 @@ def receive_agent(installation: Installation, digest: str, size: int, read: Call
     """Receive a new version of the agent, and replace the installed one if the digest matches."""
     if not 0 <= size <= MAX_AGENT_BYTES:
         raise AgentError(
-            f"the host sent an agent with {size:,} bytes, but at most {MAX_AGENT_BYTES:,} bytes are accepted: update "
+            f"the host sent an agent of {size:,} bytes, but at most {MAX_AGENT_BYTES:,} bytes are accepted: update "
             "edgerec on the host",
             "send",
         )
