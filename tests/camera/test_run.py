@@ -126,7 +126,7 @@ report = run_camera(CameraConfig(bundle={str(bundle)!r}, sources="synthetic:64x6
 print("returned", report.exit_code, signal.getsignal(signal.SIGTERM) == before, flush=True)
 """
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout.readline().startswith("frame 0  ")
+    assert process.stdout.readline().startswith("frame ")  # A slow machine may drop the first frame.
     process.send_signal(signal.SIGTERM)
     out, error = process.communicate(timeout=30)
     assert out.splitlines()[-1] == "returned 0 True", error

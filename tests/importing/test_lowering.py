@@ -210,16 +210,23 @@ def test_nan_weights_are_refused():
 
 
 def test_model_that_amplifies_rounding_errors_is_accepted():
-    """A normalization as a convolution has other rounding errors, which this model amplifies beyond TOLERANCE."""
+    """A normalization as a convolution has other rounding errors, which this model amplifies beyond TOLERANCE.
+
+    The CPU decides which weights cause rounding errors, so several random weights are tried.
+    """
     layers = keras().layers
     x = np.random.default_rng(0).uniform(0, 1, (4, 8, 8, 3)).astype(np.float32)
-    normalization = layers.Normalization(mean=[0.1, 0.2, 0.3], variance=[0.05, 0.06, 0.07])
-    logits = layers.Dense(3, kernel_initializer=keras().initializers.RandomNormal(stddev=1e7))
-    model = model_of(normalization, layers.Conv2D(4, 3, activation="relu"), layers.GlobalAveragePooling2D(), logits)
-    # The scores of the first image are equal.
-    logits.set_weights([logits.get_weights()[0], -model(x[:1]).numpy()[0]])
-    classifier = keras().Model(model.input, layers.Softmax()(model.output))
-    assert adapt(classifier, "qat", x).max_difference > passes.TOLERANCE
+
+    def max_difference(seed):
+        keras().utils.set_random_seed(seed)
+        normalization = layers.Normalization(mean=[0.1, 0.2, 0.3], variance=[0.05, 0.06, 0.07])
+        logits = layers.Dense(3, kernel_initializer=keras().initializers.RandomNormal(stddev=1e7))
+        model = model_of(normalization, layers.Conv2D(4, 3, activation="relu"), layers.GlobalAveragePooling2D(), logits)
+        # The scores of the first image are equal.
+        logits.set_weights([logits.get_weights()[0], -model(x[:1]).numpy()[0]])
+        return adapt(keras().Model(model.input, layers.Softmax()(model.output)), "qat", x).max_difference
+
+    assert any(max_difference(seed) > passes.TOLERANCE for seed in range(20))
 
 
 def test_rewriting_that_changes_outputs_is_refused(monkeypatch, pixels):
