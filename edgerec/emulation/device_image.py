@@ -35,8 +35,8 @@ _FILES = {
     "etc/systemd/network/wired.network": "[Match]\nName=e*\n\n[Network]\nDHCP=yes\n",
     "etc/ssh/sshd_config.d/device.conf": "PasswordAuthentication no\nUseDNS no\n",
 }
-# Configuration of initramfs-tools, which must exist before the kernel is installed. With the few modules that the device
-# requires to boot, creating the initial RAM disk under emulation takes minutes instead of tens of minutes.
+# Configuration of initramfs-tools, which must exist before the kernel is installed. The initial RAM disk contains only
+# the modules that the device requires to boot. With all modules, creating it under emulation takes tens of minutes.
 _INITRAMFS_FILES = {
     "etc/initramfs-tools/conf.d/device.conf": "MODULES=list\n",
     "usr/share/initramfs-tools/modules.d/device": "virtio_pci\nvirtio_blk\next4\n",
