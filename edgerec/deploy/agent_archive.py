@@ -22,14 +22,14 @@ from edgerec.deploy.agent.command import main
 
 main()
 """
-# This program reads the archive from stdin, so that a dry run does not write files to the device. The archive is stored
-# in an unnamed file in memory, or on disk if this build of Python lacks os.memfd_create(). The file is deleted when the
-# program ends, and child processes do not inherit it. The program is a single line, because the login shell may be csh,
-# which does not support line breaks in quotes.
+# This program reads the compressed archive from stdin, so that a dry run does not write files to the device. The
+# archive is stored in an unnamed file in memory, or on disk if this build of Python lacks os.memfd_create(). The file
+# is deleted when the program ends, and child processes do not inherit it. The program is a single line, because the
+# login shell may be csh, which does not support line breaks in quotes.
 RUN_ARCHIVE = (
-    "import os, runpy, sys, tempfile; "
+    "import os, runpy, sys, tempfile, zlib; "
     "file = open(os.memfd_create('agent'), 'wb') if hasattr(os, 'memfd_create') else tempfile.TemporaryFile(); "
-    "file.write(sys.stdin.buffer.read(int(sys.argv.pop(1)))); file.flush(); "
+    "file.write(zlib.decompress(sys.stdin.buffer.read(int(sys.argv.pop(1))))); file.flush(); "
     "runpy.run_path('/proc/self/fd/%d' % file.fileno(), run_name='__main__')"
 )
 

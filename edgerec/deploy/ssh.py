@@ -32,6 +32,8 @@ MAX_ERROR_BYTES = 64 << 10
 # Limits on the output of a script. The time limit starts at the first line, after a passphrase has been entered.
 MAX_SCRIPT_LINES, MAX_SCRIPT_BYTES, MAX_SCRIPT_S = 1000, 1 << 20, 300.0
 EXIT_S = 5.0
+# Maximum time in seconds to wait until a device reads its input. Storing a large file on an SD card may take minutes.
+WRITE_S = 300.0
 
 
 class ConnectionLostError(DeployError):
@@ -214,14 +216,22 @@ class Command:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._stdin, self._stdout = self._process.stdin, self._process.stdout
+        os.set_blocking(self._stdin.fileno(), False)
         self._error_reader = threading.Thread(target=self._read_errors, name="edgerec-ssh-errors", daemon=True)
         self._error_reader.start()
 
     def write(self, content: bytes) -> None:
-        """Write bytes to the command's standard input, and ignore a lost connection."""
+        """Write bytes to the command's standard input, and ignore a lost connection.
+
+        If the device does not read the input for :data:`WRITE_S` seconds, ``ssh`` is killed.
+        """
         view = memoryview(content)
         with self._writing, contextlib.suppress(BrokenPipeError):
             while view and not self._stdin.closed:
+                if not select.select([], [self._stdin], [], WRITE_S)[1]:
+                    self.kill()
+                    return
+                # The pipe is non-blocking, so only the bytes that fit into the pipe are written.
                 written = os.write(self._stdin.fileno(), view)
                 self._connection.sent_bytes += written
                 view = view[written:]

@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
 
 import pytest
@@ -53,8 +54,9 @@ def run_from_stdin(python, archive, *arguments, content=b"", before=""):
 
     ``before`` is a program that is executed first.
     """
-    command = [python, "-I", "-c", f"{before}\n{RUN_ARCHIVE}", str(len(archive)), *arguments]
-    return subprocess.run(command, input=archive + content, capture_output=True, check=True).stdout
+    compressed = zlib.compress(archive)
+    command = [python, "-I", "-c", f"{before}\n{RUN_ARCHIVE}", str(len(compressed)), *arguments]
+    return subprocess.run(command, input=compressed + content, capture_output=True, check=True).stdout
 
 
 @pytest.mark.parametrize("name", entries())
@@ -178,18 +180,32 @@ def test_archive_from_stdin_is_not_inherited_and_leaves_the_rest_of_stdin(python
 
 
 @pytest.mark.parametrize("python", pythons())
-def test_agent_requires_neither_shared_memory_nor_zlib(python, tmp_path):
+def test_agent_from_stdin_requires_no_shared_memory(python, tmp_path):
     before = """
 import sys
 def fail(event, arguments):
     if event == "open" and str(arguments[0]).startswith("/dev/shm"):
         raise OSError(28, "No space left on device")
 sys.addaudithook(fail)
-sys.modules["zlib"] = None
 """
     arguments = ["session", "--prefix", str(tmp_path / "edgerec")]
     output = run_from_stdin(python, agent_archive(), *arguments, content=STATUS_REQUEST, before=before)
     assert json.loads(output)["release"] == ""
+
+
+@pytest.mark.parametrize("python", pythons())
+def test_installed_agent_requires_no_zlib(python, tmp_path):
+    path = tmp_path / "agent.pyz"
+    path.write_bytes(agent_archive())
+    code = "import runpy, sys; sys.modules['zlib'] = None; runpy.run_path(sys.argv.pop(1), run_name='__main__')"
+    command = [python, "-I", "-c", code, path, "session", "--prefix", tmp_path / "edgerec"]
+    output = subprocess.run(command, input=STATUS_REQUEST, capture_output=True, check=True).stdout
+    assert json.loads(output)["release"] == ""
+
+
+def test_archive_from_stdin_fits_into_a_pipe():
+    """Otherwise, a faulty device that does not read its input would block a host that has not read its output yet."""
+    assert len(zlib.compress(agent_archive(), 9)) < 60_000
 
 
 @pytest.mark.parametrize(("position", "expected"), [("", "last"), ("known", "new"), ("unknown", "last")])
@@ -255,9 +271,7 @@ def test_verification_with_too_much_output_is_refused(tmp_path, monkeypatch, cod
     program.write_text(f"#!/bin/sh\nhead -c 2000000 /dev/zero\necho '{{\"ok\": true}}'\nexit {code}\n")
     program.chmod(0o755)
     log = type("Log", (), {"step": print})
-    with pytest.raises(
-        AgentError, match=r"failed verification .*: edgerec verify printed more than 1,048,576 bytes; do not use"
-    ):
+    with pytest.raises(AgentError, match=r"failed verification .*: its output exceeds 1,048,576 bytes; do not use"):
         verify(Installation(str(tmp_path)), {"release": release, "config": "", "unit": ""}, log)
     assert not (tmp_path / "releases" / release / "release.json").exists()
 

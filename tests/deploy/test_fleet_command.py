@@ -80,7 +80,7 @@ def test_selected_devices_are_rows_of_the_table(invoke, fleet_folder, bundle, wo
     result = invoke("deploy", bundle, *words)
     assert result.returncode == 1
     assert [line.split()[0] for line in result.stdout.splitlines()[1 : len(names) + 1]] == names
-    assert result.stdout.splitlines()[-1] == f"done     0 of {len(names)} devices"
+    assert result.stdout.splitlines()[-1] == f"done     0 of {len(names)} devices succeeded"
 
 
 @pytest.mark.parametrize("words", [["dor"], ["dor", "gate"], ["dor", "--json"], ["dor", "gate", "--json"]])
