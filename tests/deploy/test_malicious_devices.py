@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import threading
 
 import pytest
 
 from edgerec import DeployOptions, Device
-from edgerec.deploy import release, rollback
+from edgerec.deploy import release, rollback, ssh
 from edgerec.deploy.agent_archive import agent_archive
 from edgerec.errors import DeployError
 from edgerec.utils.atomic import sha256
@@ -136,3 +138,17 @@ def test_log_of_an_error_is_shortened(roll_back):
     with pytest.raises(DeployError, match="root@door: crashed") as caught:
         roll_back({"error": "crashed", "log": ["x" * 20_000] * 150})
     assert sum(map(len, caught.value.log)) == 100_000
+
+
+def test_ssh_is_killed_if_the_device_does_not_read_its_input(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(ssh, "WRITE_S", 0)
+    (tmp_path / "ssh").write_text("#!/bin/sh\nexec sleep 600\n")
+    (tmp_path / "ssh").chmod(0o755)
+    with ssh.Connection(Device("door")) as connection:
+        command = connection.command("")
+        writer = threading.Thread(target=command.write, args=(bytes(1 << 20),), daemon=True)
+        writer.start()
+        writer.join(60)
+        assert not writer.is_alive()
+        assert command.wait() == -signal.SIGKILL
