@@ -222,7 +222,7 @@ class _Check:
         reason = f"was signed by {key}, which is not in {self._signers}"
         advice = "sign the bundle with an allowed key, or add this key to the file if you trust it"
         if ignored := re.search(r"allowed_signers:(\d+): ((?:bad|invalid|missing) .*)", self._messages):
-            # The line may have been intended to allow this key.
+            # The ignored line may be a malformed entry for this key, so the message mentions it.
             reason += f"; ssh-keygen ignores line {ignored[1]} of this file ({ignored[2].strip()})"
             advice = f"correct this line, {advice}"
         return self._error("not-allowed", f"{reason}: {advice}")

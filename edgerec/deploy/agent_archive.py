@@ -9,10 +9,10 @@ from importlib.resources import files
 
 # The archive contains an empty __init__.py for each of these packages.
 _EMPTY_PACKAGES = ("edgerec", "edgerec/contract", "edgerec/deploy")
-# A new version may replace the archive while Python is still importing from it. Python reopens the path in sys.path for
-# every module, so this program replaces that path with the path of an open file, which child processes do not inherit.
-# The program is the first entry of the archive, so that Python can still read the program if the archive is replaced
-# right after it was opened.
+# A new version may replace the archive while Python is still importing from it, and Python reopens the path in sys.path
+# for every module. Therefore, this program opens the archive once, and puts the path of the open file into sys.path.
+# Child processes do not inherit this file. The program is the first entry of the archive, so it has the same offset in
+# every version, and Python finds it even if the archive was replaced after Python had read the list of entries.
 _MAIN = b"""\
 import os
 import sys

@@ -12,8 +12,8 @@ from edgerec.utils.atomic import read_at_most
 from edgerec.utils.bounded_parsing import parse_toml
 
 MAX_CONFIG_BYTES = 1 << 20
-# Keys that the service overrides with options on its command line.
-_KEYS_OF_SERVICE = {"bundle": "runs the deployed bundle", "status_file": "writes its status to a file of its own"}
+# Keys that the service overrides with options on its command line, and the reasons, which follow "the service".
+_KEYS_OF_SERVICE = {"bundle": "runs the deployed bundle", "status_file": "writes its status to its own file"}
 DEFAULT_CONFIG = """\
 # Configuration of the camera service. After a change, run: systemctl restart edgerec
 # Passwords and tokens belong in /etc/edgerec/secrets.env.

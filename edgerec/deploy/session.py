@@ -77,7 +77,8 @@ class Session:
         if installed:
             program = shlex.quote(posixpath.join(device.prefix, AGENT))
         else:
-            # A faulty device may not read its input. The compressed archive fits into the pipe to ssh.
+            # The compressed archive fits into the pipe to ssh, so this program can report the output of a faulty device
+            # that never reads its input.
             compressed = zlib.compress(archive, 9)
             program = f"-c {shlex.quote(RUN_ARCHIVE)} {len(compressed)}"
         # Without -I, Python would import modules from the user's home folder.

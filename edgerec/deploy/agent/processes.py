@@ -93,7 +93,7 @@ def run(command: list[str], timeout_s: float = COMMAND_TIMEOUT_S, **options: Any
         except subprocess.TimeoutExpired:
             return Finished(124, "", f"{name} did not finish within {timeout_s:g} s")
         finally:
-            process.kill()  # kill() has no effect if the program has already ended.
+            process.kill()  # The program may still be running. If it has ended, kill() has no effect.
     return Finished(process.returncode, output.text(), errors.text(), output.complete)
 
 

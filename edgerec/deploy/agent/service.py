@@ -43,8 +43,8 @@ def uninstall_unit(unit_file: str) -> None:
 
 def log_position() -> str:
     """Return the position after the last line of the service's log, or an empty string if the log is empty."""
-    # Use the cursor of one of the service's own entries: after any other entry's cursor, journalctl may omit the first
-    # entry. Unlike a timestamp, a cursor is not affected if the clock is set during the trial period.
+    # Use the cursor of one of the service's own entries: with the cursor of another unit's entry, journalctl may skip
+    # the service's next entry. Unlike a timestamp, a cursor is unaffected by clock changes during the trial period.
     lines = run([*JOURNALCTL, "--lines", "1", "--show-cursor"]).output.splitlines()
     return lines[-1][len(CURSOR) :] if lines and lines[-1].startswith(CURSOR) else ""
 
