@@ -38,8 +38,7 @@ RUN_ARCHIVE = (
 def agent_archive() -> bytes:
     """Return the zip application. The content is reproducible, because its digest identifies the agent's version.
 
-    The files are not compressed, because the result of the compression would depend on the host's version of zlib, and
-    the device's Python may lack zlib.
+    The files are not compressed, because the result of the compression would depend on the host's version of zlib.
     """
     contents = {f"{package}/__init__.py": b"" for package in _EMPTY_PACKAGES}
     contents["__main__.py"] = _MAIN

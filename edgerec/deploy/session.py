@@ -127,7 +127,12 @@ class Session:
         line = self._command.read_line(timeout_s)
         if line is None:
             reason = self._command.end().strip().splitlines()
-            if self._command.code not in (255, None) and reason:
+            if self._command.input_timed_out:
+                raise DeployError(
+                    f"{self.label} does not read its input: restart the device, and run the command again"
+                )
+            # A negative exit code means that ssh was killed by this program.
+            if reason and self._command.code is not None and 0 <= self._command.code != 255:
                 raise DeployError(f"the agent on {self.label} failed: {reason[-1]}")
             raise ConnectionLostError(
                 f"the connection to {self.label} was lost: check the network, and run the command again; files that "

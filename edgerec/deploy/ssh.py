@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 from types import TracebackType
-from typing import Self
+from typing import IO, Self
 
 from edgerec.deploy.device import Device
 from edgerec.errors import DeployError
@@ -187,8 +187,19 @@ def too_much_output(device: Device) -> DeployError:
     return DeployError(f"{device.label} sends too much output: check the login scripts of its shell")
 
 
+def _is_ready(file: IO[bytes], event: int, timeout_s: float | None) -> bool:
+    """Wait until a pipe can be read or written, or is closed. Return False after ``timeout_s`` seconds."""
+    poll = select.poll()  # Unlike select(), poll() supports more than 1,024 open files.
+    poll.register(file, event)
+    return bool(poll.poll(None if timeout_s is None else timeout_s * 1000))
+
+
 class Command:
-    """A command that runs on a device over SSH."""
+    """A command that runs on a device over SSH.
+
+    Attributes:
+        input_timed_out: whether ``ssh`` was killed because the device did not read its input.
+    """
 
     def __init__(self, connection: Connection, options: list[str], command: str) -> None:
         """Start the command.
@@ -202,6 +213,7 @@ class Command:
         self._buffer = b""
         self._writing = threading.Lock()
         self._errors = b""
+        self.input_timed_out = False
         try:
             self._process = subprocess.Popen(
                 ["ssh", *options, *connection.options(), connection.device.address, command],
@@ -228,7 +240,8 @@ class Command:
         view = memoryview(content)
         with self._writing, contextlib.suppress(BrokenPipeError):
             while view and not self._stdin.closed:
-                if not select.select([], [self._stdin], [], WRITE_S)[1]:
+                if not _is_ready(self._stdin, select.POLLOUT, WRITE_S):
+                    self.input_timed_out = True
                     self.kill()
                     return
                 # The pipe is non-blocking, so only the bytes that fit into the pipe are written.
@@ -252,8 +265,7 @@ class Command:
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
         while b"\n" not in self._buffer:
             left_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
-            ready, _, _ = select.select([self._stdout], [], [], left_s)
-            if not ready:
+            if not _is_ready(self._stdout, select.POLLIN, left_s):
                 return None
             chunk = os.read(self._stdout.fileno(), 1 << 16)
             if not chunk:

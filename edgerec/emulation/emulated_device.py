@@ -11,6 +11,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,8 @@ log = logging.getLogger(__name__)
 # Time limit in seconds for booting a device, which takes about 45 s on an idle machine with two cores.
 BOOT_TIMEOUT_S = 600.0
 FORWARD_TIMEOUT_S = 120.0
+# Time limit in seconds for a command to the emulator, such as saving a snapshot.
+CONTROL_TIMEOUT_S = 600.0
 MEMORY_MIB = 1024
 _MACHINES = {
     "amd64": ("qemu-system-x86_64", "qemu-system-x86", ("-M", "q35", "-cpu", "max"), "ttyS0"),
@@ -187,14 +190,22 @@ class EmulatedDevice:
         process = self._process
         if process is None or process.stdin is None or process.stdout is None:
             raise TargetError("the emulated device is not running: start it first")
-        process.stdin.write(json.dumps({"execute": command, "arguments": dict(arguments)}).encode() + b"\n")
-        process.stdin.flush()
-        for line in process.stdout:
-            answer = json.loads(line)
-            if "error" in answer:
-                return str(answer["error"]["desc"])
-            if "return" in answer:
-                return str(answer["return"] or "").strip()
+        # If the emulator does not respond, it is killed, so that its output ends.
+        timer = threading.Timer(CONTROL_TIMEOUT_S, process.kill)
+        timer.start()
+        try:
+            process.stdin.write(json.dumps({"execute": command, "arguments": dict(arguments)}).encode() + b"\n")
+            process.stdin.flush()
+            for line in process.stdout:
+                answer = json.loads(line)
+                if "error" in answer:
+                    return str(answer["error"]["desc"])
+                if "return" in answer:
+                    return str(answer["return"] or "").strip()
+        except BrokenPipeError:
+            pass  # The emulator has ended.
+        finally:
+            timer.cancel()
         raise TargetError(f"the emulator ended during the command {command}: see {self.folder / 'qemu.log'}")
 
     def _end(self) -> None:

@@ -96,6 +96,7 @@ class _Limited(_Protocol):
     _request_timer: asyncio.TimerHandle | None = None
     _send_timer: asyncio.TimerHandle | None = None
     _idle_bytes = 0
+    _discards = False
 
     def connection_made(self, transport: Any) -> None:
         """Register the new connection, close an idle one if the limit is exceeded, and start the header timeout."""
@@ -130,6 +131,9 @@ class _Limited(_Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse the received bytes. The header timeout runs while a request's headers are incomplete."""
+        # h11 would store all bytes that follow an invalid request.
+        if self._discards:
+            return
         super().data_received(data)
         is_idle = self.idle
         # httptools limits neither the size of the headers nor the number of pipelined requests.
@@ -148,10 +152,11 @@ class _Limited(_Protocol):
         uvicorn itself would send plain text.
 
         If complete requests precede the invalid one, the error is not sent, because the client would take it for the
-        response to one of them. Instead, the connection is closed after their responses.
+        response to one of them. Instead, further bytes are discarded, and the connection is closed after the responses.
+        If the body of the last request is invalid, the connection is closed immediately.
         """
         if not self.idle and not self.cycle.more_body:
-            self.cycle.keep_alive = False
+            self.cycle.keep_alive, self._discards = False, True
             return
         # The rest of a request's body is invalid, so the connection can no longer be used.
         if getattr(self, "pipeline", ()) or (not self.idle and self.cycle.response_started):

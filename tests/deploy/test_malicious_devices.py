@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
+import resource
 import signal
 import threading
 
 import pytest
 
 from edgerec import DeployOptions, Device
-from edgerec.deploy import release, rollback, ssh
+from edgerec.deploy import release, rollback, session, ssh
 from edgerec.deploy.agent_archive import agent_archive
+from edgerec.deploy.device import DeviceFacts
 from edgerec.errors import DeployError
 from edgerec.utils.atomic import sha256
 
@@ -152,3 +156,32 @@ def test_ssh_is_killed_if_the_device_does_not_read_its_input(tmp_path, monkeypat
         writer.join(60)
         assert not writer.is_alive()
         assert command.wait() == -signal.SIGKILL
+
+
+def test_error_names_a_device_that_does_not_read_its_input(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(ssh, "WRITE_S", 0)
+    # Random bytes cannot be compressed, so they do not fit into the pipe to ssh.
+    monkeypatch.setattr(session, "agent_archive", lambda: random.Random(0).randbytes(1 << 20))
+    (tmp_path / "ssh").write_text("#!/bin/sh\necho 'sudo: unable to resolve host door' >&2\nexec sleep 600\n")
+    (tmp_path / "ssh").chmod(0o755)
+    with ssh.Connection(Device("door")) as connection:
+        agent = session.Session(connection, DeviceFacts.parse(PROBE.splitlines()))
+        with pytest.raises(DeployError, match="door does not read its input: restart the device"):
+            agent.request("status")
+
+
+def test_connection_works_with_many_open_files(tmp_path, monkeypatch):
+    """select() does not support more than 1,024 open files."""
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    (tmp_path / "ssh").write_text('#!/bin/sh\nread -r line\necho "$line"\n')
+    (tmp_path / "ssh").chmod(0o755)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(limits[0], 4096), limits[1]))
+    with contextlib.ExitStack() as stack:
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, limits)
+        for _ in range(1100):
+            stack.enter_context(open(os.devnull))
+        command = stack.enter_context(ssh.Connection(Device("door"))).command("")
+        command.write(b"hello\n")
+        assert command.read_line(60) == "hello"

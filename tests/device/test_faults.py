@@ -139,7 +139,7 @@ def run_shell(device, command):
 
 def test_crash_at_the_tenth_frame(installed, address, make_faulty_bundle):
     error = refusal(make_faulty_bundle("crash"), address)
-    assert f"the service crashed with exit code 3; release {installed} was restored" in str(error)
+    assert f"release {installed} was restored, because the service crashed with exit code 3" in str(error)
     assert error.restored
     assert "error: the camera crashed at frame 10" in error.log
 

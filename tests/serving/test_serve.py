@@ -345,6 +345,26 @@ def test_invalid_http_after_a_complete_request_does_not_affect_its_response(fast
     assert not rest or rest.startswith(b"HTTP/1.1 400 ")
 
 
+@pytest.mark.parametrize("fast", [False, True], ids=["h11", "httptools"])
+def test_bytes_after_an_invalid_request_are_not_stored(fast):
+    async def unfinished_response(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"o", "more_body": True})
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    with serving(unfinished_response, fast) as address, socket.create_connection(address, 30) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+        assert connection.recv(4096)
+        tracemalloc.start()
+        try:
+            for _ in range(64):
+                connection.sendall(bytes(1_000_000))
+            assert tracemalloc.get_traced_memory()[0] < 16_000_000
+        finally:
+            tracemalloc.stop()
+
+
 def test_invalid_http_after_queued_requests_does_not_affect_their_responses(bundle, digit, blocked):
     pytest.importorskip("httptools", reason='no httptools (pip install "edgerec[serve]")')  # h11 queues no requests.
     head = f"POST /classify HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(digit)}\r\n\r\n".encode()

@@ -93,7 +93,7 @@ def _try_release(installation: Installation, job: dict[str, Any], serial: int, l
         # An error while deleting old releases must not hide the reason why the new release failed.
         with contextlib.suppress(OSError):
             prune(installation, job["keep"])
-        raise AgentError(f"{describe(error)}; {outcome}", "monitor", bool(previous), lines) from None
+        raise AgentError(f"{outcome}, because {describe(error)}", "monitor", bool(previous), lines) from None
     finish_commit(installation)
     log.step("monitor", "done", f"the service is healthy: {frames} frames classified")
     removed = prune(installation, job["keep"])

@@ -76,7 +76,7 @@ def verify(installation: Installation, job: dict[str, Any], log: JobLog) -> None
     if done.code or not report:
         reason = report.get("reason") or last_line(done.errors)
         if not done.complete:
-            reason = f"its output exceeds {MAX_OUTPUT_BYTES:,} bytes; do not use this bundle"
+            reason = f"the output of the verification exceeds {MAX_OUTPUT_BYTES:,} bytes; do not use this bundle"
         raise AgentError(f"the bundle failed verification on the device: {reason}", "verify")
     info = {
         "installed_s": time.time(),
