@@ -46,7 +46,8 @@ def test_failed_deployment_prints_the_log_of_the_service_and_one_error_line(depl
     assert failed.returncode == 1
     *log, error = failed.stderr.splitlines()
     assert "root@test-device: error: the model of this bundle crashes" in log
-    assert error.startswith("error: root@test-device: the service crashed with exit code 1")
+    outcome = "the service was stopped, because the service crashed with exit code 1"
+    assert error.startswith(f"error: root@test-device: {outcome}")
 
 
 def test_failed_deployment_with_json_prints_the_step_and_the_log(deploy, make_bundle):
